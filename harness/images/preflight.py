@@ -99,10 +99,9 @@ def absent(output: str, tree: Path, top: str) -> set[str]:
     A path is relative to ``tree``; ``sqlite3.c, for lib/libsqlite3`` is a source of that directory's Makefile. Libraries, objects and
     headers from an earlier stage of the build do not count.
     """
-    found, here = set(), top
-    for line in output.splitlines():
-        if match := _DIRECTORY.match(line):
-            here = f"{top}/{match[1]}"
+    found = set()
+    for here, line in _by_directory(output, top):
+        if _DIRECTORY.match(line):
             if (tree / here).is_dir() and not (tree / here / "Makefile").exists():
                 found.add(f"{here}/Makefile")
         elif match := _UNKNOWN.match(line):
@@ -124,14 +123,21 @@ def compiled(output: str, tree: Path, top: str) -> set[str]:
 
     A command names a source of the directory itself without a path.
     """
-    found, here = set(), top
-    for line in output.splitlines():
-        if match := _DIRECTORY.match(line):
-            here = f"{top}/{match[1]}"
-        elif " -c " in line:
+    found = set()
+    for here, line in _by_directory(output, top):
+        if " -c " in line:
             found |= {path for path in _files_in_command(line, str(tree)) if path.endswith(_COMPILED)}
             found |= {f"{here}/{word}" for word in line.split() if word.endswith(_COMPILED) and not word.startswith("/")}
     return found
+
+
+def _by_directory(output: str, top: str) -> Iterable[tuple[str, str]]:
+    """Each line of a dry run in ``top``, after the directory that make is in."""
+    here = top
+    for line in output.splitlines():
+        if match := _DIRECTORY.match(line):
+            here = f"{top}/{match[1]}"
+        yield here, line
 
 
 def _files_in_command(line: str, tree: str) -> Iterable[str]:

@@ -110,11 +110,14 @@ miidevs.h			optional miibus | mii			   \\
 	dependency	"$S/tools/miidevs2h.awk $S/dev/mii/miidevs" \\
 	compile-with	"${AWK} -f $S/tools/miidevs2h.awk | cat" \\
 	no-obj no-implicit-rule before-depend
+hptmvraid.o			optional hptmv				\\
+	dependency	"$S/dev/hptmv/$M-elf.hptmvraid.o"		\\
+	no-implicit-rule
 """
 
 
 def test_lists_of_kernel_sources() -> None:
-    timer, uart, sha, exec_, mii = conffiles.parse(FILES)
+    timer, uart, sha, exec_, mii, hpt = conffiles.parse(FILES)
     assert timer.alternatives == (("xenhvm", "xentimer"),)
     assert timer.lacking(frozenset({"xenhvm"})) == ("xentimer",)
     assert [uart.selected(frozenset(names)) for names in ({"uart"}, {"uart", "fdt"})] == [False, True]
@@ -123,6 +126,7 @@ def test_lists_of_kernel_sources() -> None:
     assert exec_.selected(frozenset())
     assert mii.generated
     assert mii.dependencies == ("tools/miidevs2h.awk", "dev/mii/miidevs")
+    assert hpt.dependencies == ("dev/hptmv/amd64-elf.hptmvraid.o",)
 
 
 def test_names_of_a_configuration_with_includes(tmp_path: Path) -> None:
