@@ -144,8 +144,10 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     finally:
-        for number in ours if first is None else ():
-            signal.signal(number, signal.SIG_DFL)
+        # An interrupted command still ends: a repeated signal must not end Python before that.
+        if first is None:
+            for number in ours:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def main() -> None:

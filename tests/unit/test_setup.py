@@ -167,15 +167,21 @@ def pytest_configure(config):
 """
 
 
+def fxh_run(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the suite "slow" of ``directory``, in which a case fails on purpose."""
+    argv = [sys.executable, "-m", "harness.cli", "run", str(directory / "slow"), "--guest", "control", "--type", "pv"]
+    argv += ["--reports", str(directory / "reports"), *words]
+    done = subprocess.run(argv, cwd=directory, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done
+
+
 @pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["alone", "workers"])
 def test_case_times_are_without_setup(tmp_path: Path, workers: list[str]) -> None:
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "test_it.py").write_text(SUITE)
     (tmp_path / "slow" / "conftest.py").write_text(CONFTEST)
-    argv = [sys.executable, "-m", "harness.cli", "run", str(tmp_path / "slow"), "--guest", "control", "--type", "pv"]
-    argv += ["--reports", str(tmp_path / "reports"), *workers]
-    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1, done.stdout + done.stderr
+    done = fxh_run(tmp_path, *workers)
     path = (tmp_path / "reports" / "latest").resolve()
     found = model.read_run(path)
     cases = {item.case: item for item in found.cases}
@@ -216,12 +222,9 @@ def test_second(cell):
 def test_a_resumed_run_keeps_the_setup_of_its_first_part(tmp_path: Path) -> None:
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "test_it.py").write_text(STOPPED)
-    argv = [sys.executable, "-m", "harness.cli", "run", str(tmp_path / "slow"), "--guest", "control", "--type", "pv"]
-    argv += ["--reports", str(tmp_path / "reports")]
 
     def part(*more: str) -> RunResult:
-        done = subprocess.run([*argv, *more], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 1, done.stdout + done.stderr
+        fxh_run(tmp_path, *more)
         return model.read_run((tmp_path / "reports" / "latest").resolve())
 
     stopped = part("-x")
