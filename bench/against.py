@@ -87,7 +87,7 @@ def measure(revision: str, whole: bool, workers: int) -> tuple[dict[str, float],
                 again, status = _timed([".venv/bin/fxh", "run", "-n", str(workers)], clone, environment)
             values = {"again": again, "store": _size(store) / MIB, "memory": memory.peak / MIB}
             note(f"second run, {_outcomes(clone)}", status, values)
-            tests, status_of_tests = _timed(["make", "selftest", *([f"WORKERS={workers}"] if workers else [])], clone, environment)
+            tests, status_of_tests = _timed(["make", "selftest", f"WORKERS={workers}"], clone, environment)
             note("make selftest", status or status_of_tests, {"make test": again + tests})
         return rows, failed
 
@@ -105,7 +105,7 @@ def _size(directory: Path) -> int:
 def _first_run(clone: Path, environment: dict[str, str], whole: bool, workers: int) -> FirstRun:
     begun = time.monotonic()
     process = subprocess.Popen(
-        ["make", "run", *([f"WORKERS={workers}"] if workers else [])], cwd=clone, env=environment,
+        ["make", "run", f"WORKERS={workers}"], cwd=clone, env=environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -199,10 +199,10 @@ def main() -> int:
     parser.add_argument("--against", required=True)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--times", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=0, help="labs that run at the same time; 0 for each revision's own choice")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="labs that run at the same time (default: one for each CPU)"
+    )
     given = parser.parse_args()
-    if not given.workers and given.whole:
-        given.workers = os.cpu_count() or 1
     names = {"this": "HEAD", "other": given.against}
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in names}
     failures: list[str] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""How long `fxh boot` takes to show the guest's first line. Not a benchmark of its own: other scripts use it."""
+"""Time `fxh boot` until the guest's first line. bench/disk.py and bench/image.py use this module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATIENCE = 300.0
 
 
 def first_line(*words: str, cwd: Path | None = None, environment: Mapping[str, str] = os.environ) -> float:
-    """Seconds from the command to the kernel's first line. Raises SystemExit if there is none."""
+    """Seconds from the command to the kernel's first line. Raises SystemExit if the guest shows no line."""
     begun = time.monotonic()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
