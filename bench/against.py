@@ -8,13 +8,14 @@ The two revisions run in turn. Each run gives these rows; the last five only wit
 first verdict   seconds from `make run` to the line of the first case that ran; at most 180 s
 silence         seconds without a line of output until then; at most 10 s (not for the other revision)
 end             seconds from `make run` to its end
-again           seconds of a second run, with everything in the store
+again           seconds of a second run with --workers labs and everything in the store
 store           MiB on the disk after the second run
 memory          MiB at the peak of the second run: the proportional set sizes of all its processes
-make test       seconds of `make test`: the second run and `make selftest`
+make test       seconds of `make test` after that
 
-Without --whole each run is interrupted after its first verdict. Packages of Debian that are installed already stay installed. Exit
-code 1 when a bound is missed, 4 when a run of this revision failed. A run of the other revision that fails gives no row.
+`make run` and `make test` use as many labs as their revision chooses. Without --whole each run is interrupted after its first
+verdict. Packages of Debian that are installed already stay installed. Exit code 1 when a bound is missed, 4 when a run of this
+revision failed. Failed cases of the other revision do not change its rows, but a run that did not reach its end gives no row.
 """
 
 from __future__ import annotations
@@ -43,6 +44,27 @@ BOUNDS = {"first verdict": 0.2, "end": 0.5, "again": 0.6, "store": 0.3, "memory"
 MIB = 1 << 20
 # [1/120] passed            4.6 s  boot/test_boot.py::test_boots_to_login[control-pv-xen-4.20]
 _VERDICT = re.compile(rb"^(?:\r\x1b\[K)?\[\d+/\d+\] (?:passed|FAILED)", re.MULTILINE)
+# 5023 passed, 25 skipped in 491.00s (0:08:11)
+_SUMMARY = re.compile(r"\d+ passed")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended."""
+
+    seconds: float
+    status: int
+    output: str
+
+    @property
+    def summary(self) -> str:
+        """The last line that counts what passed, or "" if there is none."""
+        return next((line for line in reversed(self.output.splitlines()) if _SUMMARY.search(line)), "")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it ran everything. Cases or tests may have failed."""
+        return self.status == 0 or bool(self.summary)
 
 
 @dataclass(frozen=True)
@@ -50,11 +72,10 @@ class FirstRun:
     """A run from an empty store: seconds from the command."""
 
     first: float
-    end: float
     silence: float
     silent_after: str
     """The last line before the longest silence."""
-    status: int
+    done: Done
 
 
 def measure(revision: str, whole: bool, workers: int) -> tuple[dict[str, float], list[str]]:
@@ -66,7 +87,7 @@ def measure(revision: str, whole: bool, workers: int) -> tuple[dict[str, float],
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("FXH_", "MAKE", "MFLAGS"))}
         # The control guest alone: a release of FreeBSD would be fetched.
         environment |= {"FXH_STORE": str(store), "FXH_MIRROR": str(store / "none")}
-        run = _first_run(clone, environment, whole, workers)
+        run = _first_run(clone, environment, whole)
         rows = {"first verdict": run.first, "silence": run.silence}
         print(
             f"{revision}: first verdict after {run.first:.1f} s; silent for {run.silence:.0f} s after {run.silent_after!r}",
@@ -74,21 +95,20 @@ def measure(revision: str, whole: bool, workers: int) -> tuple[dict[str, float],
         )
         failed: list[str] = []
 
-        def note(what: str, status: int, more: dict[str, float]) -> None:
-            print(f"{revision}: {what}: exit {status}, {more}", flush=True)
-            if status:
+        def note(what: str, done: Done, more: dict[str, float]) -> None:
+            print(f"{revision}: {what}: exit {done.status}, {_outcomes(clone)}, {more}\n{done.summary}", flush=True)
+            if done.status:
                 failed.append(what)
-            else:
+            if done.ended:
                 rows.update(more)
 
         if whole:
-            note(f"make run, {_outcomes(clone)}", run.status, {"end": run.end})
+            note("make run", run.done, {"end": run.done.seconds})
             with Memory(store) as memory:
-                again, status = _timed([".venv/bin/fxh", "run", "-n", str(workers)], clone, environment)
-            values = {"again": again, "store": _size(store) / MIB, "memory": memory.peak / MIB}
-            note(f"second run, {_outcomes(clone)}", status, values)
-            tests, status_of_tests = _timed(["make", "selftest", f"WORKERS={workers}"], clone, environment)
-            note("make selftest", status or status_of_tests, {"make test": again + tests})
+                again = _timed([".venv/bin/fxh", "run", "-n", str(workers)], clone, environment)
+            note("second run", again, {"again": again.seconds, "store": _size(store) / MIB, "memory": memory.peak / MIB})
+            tests = _timed(["make", "test"], clone, environment)
+            note("make test", tests, {"make test": tests.seconds})
         return rows, failed
 
 
@@ -102,10 +122,10 @@ def _size(directory: Path) -> int:
     return sum(found.values())
 
 
-def _first_run(clone: Path, environment: dict[str, str], whole: bool, workers: int) -> FirstRun:
+def _first_run(clone: Path, environment: dict[str, str], whole: bool) -> FirstRun:
     begun = time.monotonic()
     process = subprocess.Popen(
-        ["make", "run", f"WORKERS={workers}"], cwd=clone, env=environment,
+        ["make", "run"], cwd=clone, env=environment,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -137,11 +157,11 @@ def _first_run(clone: Path, environment: dict[str, str], whole: bool, workers: i
     if not first:
         print(text.decode(errors="replace")[-3000:], file=sys.stderr)
         raise SystemExit(4)
-    return FirstRun(first, time.monotonic() - begun, silence, silent_after, status)
+    return FirstRun(first, silence, silent_after, Done(time.monotonic() - begun, status, text.decode(errors="replace")))
 
 
-def _timed(argv: list[str], clone: Path, environment: dict[str, str]) -> tuple[float, int]:
-    """Seconds and exit status. A failure prints the end of the output."""
+def _timed(argv: list[str], clone: Path, environment: dict[str, str]) -> Done:
+    """Run a command. A failure prints the end of the output."""
     begun = time.monotonic()
     done = subprocess.run(
         argv, cwd=clone, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -150,7 +170,7 @@ def _timed(argv: list[str], clone: Path, environment: dict[str, str]) -> tuple[f
     seconds = time.monotonic() - begun
     if done.returncode:
         print(done.stdout[-3000:], file=sys.stderr)
-    return seconds, done.returncode
+    return Done(seconds, done.returncode, done.stdout)
 
 
 def _outcomes(clone: Path) -> str:
@@ -199,9 +219,7 @@ def main() -> int:
     parser.add_argument("--against", required=True)
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--times", type=int, default=1)
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count(), help="labs that run at the same time (default: one for each CPU)"
-    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="labs of the second run (default: one for each CPU)")
     given = parser.parse_args()
     names = {"this": "HEAD", "other": given.against}
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in names}
