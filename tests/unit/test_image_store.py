@@ -517,7 +517,8 @@ class Mirror:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        # shutdown() waits for the end of a poll.
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def manifest(self) -> None:
         lines = [

@@ -12,7 +12,7 @@ import pexpect
 import pytest
 from played import FREEBSD
 
-from harness.console import session
+from harness.console import diagnosis, session
 from harness.console.reader import ConsoleReader
 from harness.console.session import ReaderSpawn
 from harness.deadline import Deadline
@@ -22,8 +22,10 @@ from harness.report import boot_consoles, console
 from harness.results.model import Boot
 
 MIB = 1 << 20
-# Two lengths of the console. A report of a death is kept up to 4 MiB, and results are made from the last MiB of a log.
-READ, REPORTED, JUDGED = (MIB // 2, 5 * MIB // 2), (5 * MIB, 9 * MIB), (2 * MIB, 8 * MIB)
+# Two lengths of the console. Results are made from the last MiB of a log.
+READ, JUDGED = (MIB // 2, 5 * MIB // 2), (2 * MIB, 8 * MIB)
+# Bytes of each end of a report of a death: the shorter console is longer than both.
+REPORT = MIB // 8
 # Bytes of memory for each further byte of the console. Anything that is kept costs 1 or more.
 SLOPE = 0.05
 FLOODS = {
@@ -69,7 +71,9 @@ def assert_bounded(act: Callable[[int], object], short: int, long: int) -> None:
 
 
 @pytest.mark.parametrize("name", FLOODS)
-def test_reader_keeps_nothing(tmp_path: Path, name: str) -> None:
+def test_reader_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(diagnosis, "_REPORT", REPORT)
+
     def read(size: int) -> None:
         reader = ConsoleReader(Flood(FLOODS[name], size), tmp_path / f"{size}.log", tables=FREEBSD, ask=False).start()
         reader.expect_end()
@@ -79,7 +83,7 @@ def test_reader_keeps_nothing(tmp_path: Path, name: str) -> None:
         assert (tmp_path / f"{size}.log").stat().st_size == size
         (tmp_path / f"{size}.log").unlink()
 
-    assert_bounded(read, *(REPORTED if name == "prompts" else READ))
+    assert_bounded(read, *READ)
 
 
 def test_wait_searches_in_pieces(tmp_path: Path) -> None:
