@@ -197,13 +197,10 @@ TABLE = {
         (Edit(XENSTORE, "xs_resume", r"xs_watch\(watch->node, token\);", ""),),
         "balloon/test_saved_while_ballooned", "the balloon is at .* MiB instead of", "sys/dev/xen/xenstore/xenstore.c, xs_resume()",
     ),
-    "device-forever": Reversal(
-        "the state of a device is written after its removal, so the device exists forever", "14.0",
-        (
-            Edit(XENBUSB, "xenbusb_verify_device", r'"state"', '""'),
-            Edit(XENBUSB, "xenbusb_write_ivar", r"(currstate\);\n\t\t\t\} while \(error == EAGAIN\);)\n\t\t\tif \(error\)\n\t\t\t\tgoto out;", r"\1"),
-        ),
-        "lifecycle/test_interface_storm", "device/vif", "sys/xen/xenbus/xenbusb.c, xenbusb_write_ivar()",
+    "vanished-node": Reversal(
+        "a state that cannot be written because the node is gone is an error, and blkfront panics", "14.0",
+        (Edit(XENBUSB, "xenbusb_write_ivar", r"return \(error == ENOENT \? 0 : error\);", "return (error);"),),
+        "lifecycle/test_disk_storm[forced]", "xenbus_set_state failed for xbd", "sys/xen/xenbus/xenbusb.c, xenbusb_write_ivar()",
     ),
     "nameless-backtrace": Reversal(
         "a kernel that Xen's own loader started has no symbols", "11.0",
