@@ -46,6 +46,8 @@ MIB = 1 << 20
 _VERDICT = re.compile(rb"^(?:\r\x1b\[K)?\[\d+/\d+\] (?:passed|FAILED)", re.MULTILINE)
 # 5023 passed, 25 skipped in 491.00s (0:08:11)
 _SUMMARY = re.compile(r"\d+ passed")
+# fxh and make print a few lines after the summary. An earlier summary belongs to the suites in `make test`.
+_LAST_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class Done:
 
     @property
     def summary(self) -> str:
-        """The last line that counts what passed, or "" if there is none."""
-        return next((line for line in reversed(self.output.splitlines()) if _SUMMARY.search(line)), "")
+        """pytest's summary, which is one of the last lines; "" if there is none."""
+        return next((line for line in reversed(self.output.splitlines()[-_LAST_LINES:]) if _SUMMARY.search(line)), "")
 
     @property
     def ended(self) -> bool:

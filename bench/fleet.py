@@ -28,6 +28,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from xdist.scheduler import LoadScheduling, WorkStealingScheduling  # type: ignore[import-untyped]
+from xdist.scheduler.worksteal import MIN_PENDING  # type: ignore[import-untyped]
 
 from harness.config.lab_count import LABS_PER_CPU
 from harness.results.model import SKIPPED, read_run
@@ -44,13 +45,15 @@ SKIP = 0.02
 
 @dataclass(frozen=True)
 class Case:
+    """A case of a recorded run."""
+
     cell: str
     seconds: float
 
 
 @dataclass(eq=False)
 class Worker:
-    """A worker as pytest-xdist's schedulers see it. It runs a case once it knows the next one, or that there is none."""
+    """A worker as pytest-xdist's schedulers see it. It starts a case only if it knows the next case, or knows that none follows."""
 
     number: int
     host: int
@@ -67,21 +70,25 @@ class Worker:
         self.queue += indices
 
     def send_steal(self, indices: Sequence[int]) -> None:
-        given = [index for index in self.queue if index in set(indices)]
-        self.queue = [index for index in self.queue if index not in set(given)]
-        self.steals.append((self, given))
+        wanted = set(indices)
+        self.steals.append((self, [index for index in self.queue if index in wanted]))
+        self.queue = [index for index in self.queue if index not in wanted]
 
     def shutdown(self) -> None:
         self.shutting_down = True
 
     def next(self) -> int | None:
-        if self.running is None and len(self.queue) >= (1 if self.shutting_down else 2):
-            return self.queue.pop(0)
-        return None
+        """Remove the next case from the queue and return it; None while the worker cannot start one."""
+        needed = 1 if self.shutting_down else MIN_PENDING
+        if self.running is not None or len(self.queue) < needed:
+            return None
+        return self.queue.pop(0)
 
 
 @dataclass(frozen=True)
-class Night:
+class SimulatedRun:
+    """The seconds of one run, and the time that its workers lost."""
+
     seconds: float
     lost: Mapping[str, float]
     """Seconds of worker time, by what took them."""
@@ -96,8 +103,8 @@ def simulate(
     cpus: int = 64,
     longest: bool = False,
     seed: int = 0,
-) -> Night:
-    """One run. ``setup`` has the seconds that a host needs to prepare a cell; ``longest`` deals the longest cases first."""
+) -> SimulatedRun:
+    """Simulate one run. ``setup`` has the seconds that a host needs to prepare a cell; ``longest`` deals the longest cases first."""
     chance = random.Random(seed)
     if longest:
         cases = sorted(cases, key=lambda case: -case.seconds)
@@ -127,11 +134,14 @@ def simulate(
             node, given = steals.pop(0)
             scheduler.remove_pending_tests_from_node(node, given)
         for node in nodes:
-            if (index := node.next()) is None:
+            index = node.next()
+            if index is None:
                 continue
+            node.running, case = index, cases[index]
             lost["waiting for work"] += now - idle_since[node]
-            node.running, key = index, (node.host, cases[index].cell)
-            ready = prepared.setdefault(key, now + setup.get(cases[index].cell, 0.0)) if cases[index].seconds > SKIP else now
+            ready = now
+            if case.seconds > SKIP:
+                ready = prepared.setdefault((node.host, case.cell), now + setup.get(case.cell, 0.0))
             wait = max(0.0, ready - now)
             lost["preparation of hosts"] += wait
             lost["too few CPUs"] += took[index] * (1 - 1 / slower)
@@ -149,7 +159,7 @@ def simulate(
     lost["the last cases"] += sum(now - since for since in idle_since.values())
     end = now + REPORT + REPORT_CASE * len(cases)
     lost["start and reports"] += total * (end - now + START)
-    return Night(end, lost)
+    return SimulatedRun(end, lost)
 
 
 def _quiet(*_: object) -> None:
@@ -161,10 +171,10 @@ def recorded(directories: Sequence[Path], xens: int) -> tuple[list[Case], dict[s
     cases: list[Case] = []
     setup: dict[str, float] = {}
     for directory in directories:
-        for case in sorted(read_run(directory).cases, key=lambda case: (case.cell, case.nodeid)):
-            for xen in range(xens):
-                cases.append(Case(f"{xen} {case.cell}", SKIP if case.outcome == SKIPPED else case.seconds))
-                setup[cases[-1].cell] = setup.get(cases[-1].cell, 0.0) + case.setup
+        for case in sorted(read_run(directory).cases, key=lambda case: case.nodeid):
+            for cell in (f"{xen} {case.cell}" for xen in range(xens)):
+                cases.append(Case(cell, SKIP if case.outcome == SKIPPED else case.seconds))
+                setup[cell] = setup.get(cell, 0.0) + case.setup
     return sorted(cases, key=lambda case: case.cell), setup
 
 
@@ -178,17 +188,17 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=5, help="simulations of each size")
     given = parser.parse_args()
     cases, setup = recorded(given.runs, given.xens)
-    run = sum(case.seconds > SKIP for case in cases)
-    print(f"{given.branches} x {len(cases)} cases, {run} of them run, {sum(case.seconds for case in cases) / 3600:.1f} h for one worker; setup of a host {sum(setup.values()):.0f} s")  # fmt: skip
+    judged = sum(case.seconds > SKIP for case in cases)
+    print(f"{given.branches} x {len(cases)} cases, {judged} of them run, {sum(case.seconds for case in cases) / 3600:.1f} h for one worker; setup of a host {sum(setup.values()):.0f} s")  # fmt: skip
 
     def night(hosts: int, workers: int) -> tuple[float, str]:
-        nights = [
+        runs = [
             simulate(cases, setup, hosts, workers, cpus=given.cpus, longest=given.longest, seed=seed) for seed in range(given.times)
         ]
-        lost = {what: sum(night.lost.get(what, 0.0) for night in nights) for what in nights[0].lost}
+        lost = {what: sum(run.lost[what] for run in runs) for what in runs[0].lost}
         what = max(lost, key=lost.__getitem__)
-        share = lost[what] / sum(night.seconds for night in nights) / hosts / workers
-        return statistics.median(night.seconds for night in nights) * given.branches, f"{what} {share:.1%}"
+        share = lost[what] / sum(run.seconds for run in runs) / hosts / workers
+        return statistics.median(run.seconds for run in runs) * given.branches, f"{what} {share:.1%}"
 
     one, missed = night(1, 1)[0], False
     print(f"{'hosts':>5} {'workers':>7} {'hours':>7} {'times':>6}  largest loss of worker time")

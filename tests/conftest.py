@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -43,6 +45,15 @@ def pytest_collection_finish() -> None:
     Each pytest that a test runs in this process ends with several full collections, which would visit all of it each time.
     """
     gc.freeze()
+
+
+def import_script(directory: str, name: str) -> ModuleType:
+    """Import the script ``name`` from a directory of the project. During the import it can import the scripts beside it."""
+    sys.path.insert(0, str(ROOT / directory))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
 
 
 @contextmanager

@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-import fleet
+from tests.conftest import import_script
 
+fleet = import_script("bench", "fleet")
 CASES = [fleet.Case(cell, 10.0) for cell in ("pv", "pvh") for _ in range(128)]
 
 

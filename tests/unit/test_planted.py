@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
-import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from harness.cli import testplan
-from tests.conftest import ROOT
+from tests.conftest import ROOT, import_script
 
 # Words of guests and tools, which no file of the harness contains.
 FOREIGN = (
@@ -30,17 +27,7 @@ FOREIGN = (
 VARIABLE = re.compile(r"\(\?\w*[:)]|\[[^\]]*\]|\\.|[()|.*+?]|\b(?:(?:xvd|xbd|ada|vif)\w+|ipv6|init|image|uid|jid|for)\b|\d+|[:,;]")
 
 
-def load_plants() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plants", ROOT / "tests/planted/plants.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-PLANTS = load_plants()
+PLANTS = import_script("tests/planted", "plants")
 ISSUES = tomllib.loads((ROOT / "suites/known_issues.toml").read_text())["issue"]
 CASES = {f"{case.suite}/{case.case}" for case in testplan.cases(ROOT / "suites")}
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -11,15 +10,14 @@ import pytest
 
 from harness.report.trends import BOOTS
 from harness.results.model import CaseResult, ComplaintRecord, Outcome, RunResult
-from tests.conftest import ROOT
+from tests.conftest import import_script
 
 BOOT_LINES = [f"line {word} of the boot" for word in ("alpha", "beta", "gamma", "delta")]
 
 
 @pytest.fixture
-def score(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "tests/planted")
-    return importlib.import_module("score")
+def score() -> ModuleType:
+    return import_script("tests/planted", "score")
 
 
 def run_result(where: Path, name: str, lines: list[str], *identities: str) -> RunResult:

@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from harness.errors import BuildError, UsageError
-from tests.conftest import ROOT
+from tests.conftest import import_script
 from tests.unit.test_planted import CASES, missing
 
 SOURCE = """\
@@ -43,15 +40,7 @@ twice(void)
 """
 
 
-def load() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "tests/planted"))
-    try:
-        return importlib.import_module("reversals")
-    finally:
-        sys.path.pop(0)
-
-
-REVERSALS = load()
+REVERSALS = import_script("tests/planted", "reversals")
 
 
 def edit(function: str, pattern: str, instead: str = "") -> object:
@@ -186,6 +175,6 @@ def test_a_kernel_that_cannot_be_built_is_a_miss(
 
 
 def test_a_parameter_selects_less() -> None:
-    score = importlib.import_module("score")
+    score = import_script("tests/planted", "score")
     assert score.selected("test_resize[4096]") == "(test_resize and 4096)"
     assert score.selected("test_hot_plug") == "(test_hot_plug)"
