@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""fxh blame, bisect and repro: rerun a failure with other inputs, or on another machine."""
+"""fxh blame, bisect and repro: rerun a failure with other inputs or on another machine, and report it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 # Options of `fxh run` that choose an input by path, and by name.
 _FILES, _NAMES = ("kernel", "disk", "control", "hypervisor", "dom0-kernel"), ("image", "xen")
 
-repro = typer.Typer(no_args_is_help=True, help="Export a failure as an archive, and rerun such an archive.")
+repro = typer.Typer(
+    no_args_is_help=True, help="Export a failure as an archive, rerun such an archive, and draft the mail that reports the failure."
+)
 
 Case = Annotated[str, typer.Argument(help="The name of a case, or a part of it.")]
 CellOption = Annotated[str, typer.Option("--cell", help="The name of the cell, or a part of it.")]
@@ -171,6 +173,34 @@ def export(
     typer.echo(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
     for item in made.inputs:
         typer.echo(f"  {item.option} {item.name}: " + ("in it" if item.member else f"not in it, sha256 {item.sha256[:16]}"))
+
+
+@repro.command("mail")
+def mail(
+    case: Case,
+    cell: CellOption = "",
+    run: RunOption = "latest",
+    to: Annotated[str, typer.Option("--to", help="Address the mail to; several are separated by commas.")] = "",
+    sender: Annotated[str, typer.Option("--from", help="Write the mail from this address.")] = "",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the mail to this file (default: print it).")] = None,
+    where: Reports = None,
+) -> None:
+    """Draft the mail that reports one failure or known issue, without local paths. Nothing is sent."""
+    from harness import report as reporting
+    from harness.investigate.scrub import of_this_machine
+    from harness.report.mail import compose_case
+
+    home = reports(where)
+    path = run_directory(home, run)
+    failed_run, failed = _failed(home, run, case, cell)
+    made = reporting.build_report(path, failed_run)
+    item = next(item for item in made.cases if (item.result.key, item.result.cell) == (failed.key, failed.cell))
+    message = compose_case(made, item, to=to, sender=sender, scrub=of_this_machine({str(home): "(reports)"}))
+    if out is None:
+        typer.echo(message.as_bytes(), nl=False)
+    else:
+        out.write_bytes(message.as_bytes())
+        typer.echo(f"mail: {out}", err=True)
 
 
 @repro.command("run")

@@ -55,6 +55,7 @@ _EXAMPLES = {
     "fxh run --image mine --guest freebsd,control -n 2": "Run all suites on this image and on the control guest, in two labs.",
     "fxh report": "Show the verdict on the latest run and the path of its page.",
     "fxh repro export CASE": "Export a failure as an archive.",
+    "fxh repro mail CASE --to LIST": "Draft the mail that reports the failure.",
 }
 
 

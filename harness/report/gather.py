@@ -109,7 +109,7 @@ def _case(path: Path, run: RunResult, case: CaseResult, verdict: Verdict, past: 
         usual=_stages(passes[-1]) if passes and case.boots else (),
         usual_run=passes[-1].seen.run if passes else "",
         rerun=rerun_command(run, case),
-        config=domain_config(directory, case) if case.outcome == FAILED else "",
+        config=domain_config(directory, case) if red else "",
         backtrace=backtrace(directory) if red else "",
         events=actions.load(directory) if red else (),
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -18,6 +19,7 @@ from harness.report import actions
 from harness.report.boot_consoles import ConsoleChange
 from harness.report.evidence import around_death, finding_rows, without_cause
 from harness.report.model import CaseReport, ComplaintReport, Report
+from harness.results.model import CaseResult
 from harness.results.where import Where
 from harness.safetext import plain
 from harness.stamp import ISO
@@ -43,17 +45,34 @@ _UNIMPORTANT = ("python", "machine", "backend", "lab")
 
 
 def compose(report: Report, *, to: str = "", sender: str = "") -> EmailMessage:
-    """The mail. ``to`` may be several addresses, separated by commas. Raises UsageError for an invalid address."""
+    """The mail of a run. ``to`` may be several addresses, separated by commas. Raises UsageError for an invalid address."""
+    message = _message(report, f"[fxh] {_cells(report)}: {report.sentence}", body(report), to, sender)
+    message["Auto-Submitted"] = "auto-generated"
+    return message
+
+
+def compose_case(
+    report: Report, item: CaseReport, *, to: str = "", sender: str = "", scrub: Callable[[str], str] = str
+) -> EmailMessage:
+    """The draft of a mail that reports one failure or known issue, for a person to send.
+
+    ``scrub`` removes from the text what must not leave this machine. Raises UsageError for an invalid address.
+    """
+    case = item.result
+    observed = next((text for label, text in finding_rows(without_cause(case.reason)[0]) if label == "observed"), "")
+    what = observed or (case.death.message if case.death else "") or case.title
+    return _message(report, scrub(f"{_versions(case)}: {what}"), scrub(case_body(report, item)), to, sender)
+
+
+def _message(report: Report, subject: str, text: str, to: str, sender: str) -> EmailMessage:
     message = EmailMessage(policy=SMTP.clone(max_line_length=78))
-    message["Subject"] = _one_line(f"[fxh] {_cells(report)}: {report.sentence}")[:_SUBJECT]
+    message["Subject"] = _one_line(subject)[:_SUBJECT]
     message["From"] = addresses.mailboxes([sender or "fxh@localhost"], "--from")
     if to:
         message["To"] = addresses.mailboxes([to], "--to")
     message["Date"] = format_datetime(_when(report.run.ended or report.run.started))
     message["Message-ID"] = make_msgid(domain="fxh.invalid")
-    message["Auto-Submitted"] = "auto-generated"
     message["X-Fxh-Run"] = _one_line(report.run.run)
-    text = body(report)
     # No quoted-printable: readers of the raw mail can copy a backtrace.
     message.set_content(text, subtype="plain", charset="utf-8", cte="7bit" if text.isascii() else "8bit")
     return message
@@ -95,17 +114,32 @@ def body(report: Report) -> str:
         usual = {item.what: f", usually {item.drift.usual:.0f} s" for item in setup if item.drift}
         rows = [(f"{item.seconds:.0f} s", item.what + usual.get(item.what, "")) for item in setup]
         parts.append(_head("setup (not part of any case's time)") + _table(rows))
-    rows = [(name, _short(value)) for name, value in report.inputs if name not in _UNIMPORTANT]
-    parts.append(_head("inputs") + _table(rows))
+    parts.append(_inputs(report.inputs))
     parts.append(_head("run all of it again") + _command(run.command or "fxh run"))
     ended = f"to {run.ended}" if run.ended else "(did not finish)"
     parts.append(_wrap(f"Run {run.run}, {run.started} {ended}. Baseline: {report.baseline}."))
     return "\n\n".join(parts) + "\n"
 
 
+def case_body(report: Report, item: CaseReport) -> str:
+    """The text of :func:`compose_case`: what happened, why if known, all inputs, and how to run it again."""
+    case, issue = item.result, item.result.known_issue
+    parts = [_wrap(f"Correct behaviour: {case.title}")]
+    if issue:
+        # The first line of the reason names the issue, too.
+        item = replace(item, result=replace(case, reason=case.reason.partition("\n")[2]))
+        parts += [_wrap(f"{label}: {text}") for label, text in (("Cause", issue.why), ("Bug", issue.bug)) if text]
+    parts.append(_evidence(item))
+    parts.append(_wrap(f"The harness ran {case.key} in {case.cell}, in run {report.run.run} of {report.run.started}."))
+    return "\n\n".join([*parts, _inputs((report.run.inputs | case.inputs).items())]) + "\n"
+
+
+def _inputs(inputs: Iterable[tuple[str, str]]) -> str:
+    return _head("inputs") + _table([(name, _short(value)) for name, value in inputs if name not in _UNIMPORTANT])
+
+
 def _failure(item: CaseReport, number: int, total: int) -> str:
     case = item.result
-    lines = [_head(f"{number} of {total}: {item.verdict.kind}").rstrip("\n"), _wrap(case.title), ""]
     facts = [
         ("case", case.key),
         ("cell", case.cell),
@@ -113,9 +147,15 @@ def _failure(item: CaseReport, number: int, total: int) -> str:
         ("verdict", item.verdict.reason),
         ("death", case.identity),
     ]
-    lines.append(_table([(name, value) for name, value in facts if value]))
+    head = [_head(f"{number} of {total}: {item.verdict.kind}").rstrip("\n"), _wrap(case.title), ""]
+    return "\n".join([*head, _table([(name, value) for name, value in facts if value]), "", _evidence(item)])
+
+
+def _evidence(item: CaseReport) -> str:
+    """The finding, the console, the last actions, the configuration, and the command that runs the case again."""
+    case, lines = item.result, []
     if case.reason:
-        lines += ["", _reason(case.reason)]
+        lines += [_reason(case.reason)]
     config = [(name, _short(case.inputs[name])) for name in ("kernel", "xen", "dom0") if name in case.inputs]
     if config:
         lines += ["", _table(config)]
@@ -133,7 +173,15 @@ def _failure(item: CaseReport, number: int, total: int) -> str:
     if item.config:
         lines += ["", "Domain configuration:", _quote(item.config.splitlines())]
     lines += ["", "Run it again:", _command(item.rerun)]
-    return "\n".join(lines)
+    return "\n".join(lines).lstrip("\n")
+
+
+def _versions(case: CaseResult) -> str:
+    """The guest and Xen: ``FreeBSD 15.1-RELEASE-p1 XENA, PVH, Xen 4.20.5-pre``."""
+    # kernel (FreeBSD 15.1-RELEASE-p1 XENA, 1501000) sha256:0123...
+    version = re.search(r"\((.+?)(?:, \d+)?\)", case.inputs.get("kernel", ""))
+    xen = f"Xen {case.inputs['xen']}" if "xen" in case.inputs else ""
+    return ", ".join(filter(None, (version[1] if version else case.where.guest, _guest_type(case.where), xen)))
 
 
 def _guest_type(where: Where) -> str:

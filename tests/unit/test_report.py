@@ -8,6 +8,7 @@ import email.policy
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from harness.report import console, html, junit, machine, mail
 from harness.report.command import rerun_command
 from harness.report.evidence import finding_rows
 from harness.report.model import Report
-from harness.results.model import Boot, CaseResult, DeathRecord, RunResult, Stamp, read_run
+from harness.results.model import Boot, CaseResult, DeathRecord, KnownIssueMatch, RunResult, Stamp, read_run
 from harness.results.where import Where
 from harness.safetext import plain
 from harness.verdicts.values import NamedRun
@@ -289,6 +290,33 @@ def test_mail_is_plain_text_of_72_columns_with_the_verdict_first(tmp_path: Path)
         assert words in text
     assert message["Subject"].startswith(f"[fxh] {CELL}: 1 regression")
     assert b"Content-Transfer-Encoding: 8bit" in raw
+
+
+def test_the_mail_of_one_case_tells_what_happens_why_and_with_which_inputs(tmp_path: Path) -> None:
+    reason = "test:      a VLAN on the interface\nobserved:  the VLAN has MTU 1496\nexpected:  1500\nreference: if_vlan.c"
+    known = replace(
+        case("K", kernel="B", reason=f"known issue: FreeBSD bug 12345\n{reason}", files=("g.cfg",)),
+        title="A VLAN has the MTU of its interface.",
+        inputs={"kernel": "kernel (FreeBSD 15.1-RELEASE XENA, 1501000) sha256:" + "0" * 64, "xen": "4.20.1"},
+        known_issue=KnownIssueMatch("FreeBSD bug 12345", "netfront lacks IFCAP_VLAN_MTU"),
+    )
+    done = run(1, known, case("F", "test_other"))
+    path = save(tmp_path, done)
+    (path / "cases" / known.directory / "g.cfg").write_text('type = "pvh"\n')
+    made = reporting.publish(path, done)
+    item = next(item for item in made.cases if item.result.key == known.key)
+    message = mail.compose_case(made, item, to="a@example.org", scrub=lambda text: text.replace("1496", "(scrubbed)"))
+    assert message["Subject"] == "FreeBSD 15.1-RELEASE XENA, PVH, Xen 4.20.1: the VLAN has MTU (scrubbed)"
+    assert message["Auto-Submitted"] is None  # a person sends it
+    text = message.get_content()
+    assert text.startswith("Correct behaviour: A VLAN has the MTU of its interface.")
+    for words in (
+        "Cause: netfront lacks IFCAP_VLAN_MTU", "Bug: FreeBSD bug 12345", "observed   the VLAN has MTU (scrubbed)",
+        '| type = "pvh"', "Run it again:", f"in {CELL}", "--- inputs",
+    ):  # fmt: skip
+        assert words in text
+    assert "test_other" not in text
+    assert [line for line in text.splitlines() if len(line) > 72 and not line.startswith(" ")] == []
 
 
 def test_mail_has_the_facts_of_a_bug_report(tmp_path: Path) -> None:

@@ -64,6 +64,21 @@ def test_report_mail_is_printed_and_saved_but_not_sent(reports: Path, monkeypatc
         fxh(reports, "report", "--send")
 
 
+def test_repro_mail_drafts_the_mail_of_one_failure(reports: Path, tmp_path: Path) -> None:
+    code, out = fxh(reports, "repro", "mail", "test_boots", "--to", "freebsd-xen@example.org")
+    assert code == 0
+    assert out.startswith("Subject: ")
+    assert "To: freebsd-xen@example.org" in out
+    assert "panic: at the disco" in out
+    assert "test_more" not in out
+    assert str(reports) not in out
+    file = tmp_path / "draft.eml"
+    assert fxh(reports, "repro", "mail", "test_boots", "-o", str(file)) == (0, "")
+    assert file.read_text().startswith("Subject: ")
+    with pytest.raises(UsageError, match="in which it failed"):
+        fxh(reports, "repro", "mail", "test_more")
+
+
 def test_report_as_json_and_against_a_named_run(reports: Path) -> None:
     data = json.loads(fxh(reports, "report", "--json")[1])
     assert data["cases"][0]["verdict"]["kind"] == "regression"
