@@ -35,8 +35,6 @@ _CONNECTED = "4"
 _CONSOLE = 1 << 20
 # Events after which the guest has other devices.
 _HOLDING = ("attach", "detach", "save and restore")
-# Those that take event channels, grants and memory: each may leak some. A detach only gives them back.
-_TAKING = ("attach", "save and restore")
 # Events that set the counters of an end back, or that lose packets.
 _RECOUNTED = ("save and restore", "vif down", "vif up", "offload")
 
@@ -82,11 +80,11 @@ class Invariants:
         self._console, self._last = guest.console.offset, self._first
         self._counted: tuple[Mapping[str, int], Mapping[str, int]] | None = None
         self._cpus = self._own.cpus
-        self._ledger, self._events = Ledger(), 0
+        self._ledger = Ledger(guest.os.kept_per_restore)
 
     def violated(self, model: Model, before: Model, step: Step) -> Violation | None:
         """The first invariant that does not hold after ``step``, which led from ``before`` to ``model``."""
-        self._events += step.event in _TAKING
+        self._ledger.take(step.event)
         if step.event in _RECOUNTED or model.down:
             self._counted = None
         for name, lines in self._checks(model, before, step):
@@ -229,7 +227,7 @@ class Invariants:
 
     def _holdings(self, model: Model) -> list[str]:
         held = {**self.guest.os.holdings(self.guest.sh), "event channels": channels(self.guest)}
-        return list(self._ledger.grown((model.attached, self._cpus), held, self._events))
+        return list(self._ledger.grown((model.attached, self._cpus), held))
 
     # -- the guest ------------------------------------------------------------------------------------------------------
 

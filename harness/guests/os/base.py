@@ -73,6 +73,8 @@ class GuestOS(ABC):
     """Whether a program that waits in poll(2) or select(2), such as nc, gets EINTR from a suspension and ends."""
     short_clocks: ClassVar[frozenset[str]] = frozenset()
     """The names in :meth:`clock_commands` of clocks that wrap within 0.1 s. A CPU that stands still for longer loses time with them."""
+    kept_per_restore: ClassVar[int] = 0
+    """Allocations in :meth:`holdings` that the kernel never frees after a save and restore, as a known issue says."""
     longest_pause: ClassVar[int] = 4
     """Seconds that a random walk pauses the guest at most."""
     uncached_command: ClassVar[str] = ":"
