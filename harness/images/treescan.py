@@ -30,6 +30,11 @@ _KERNEL_ONLY = re.compile(rb"sys/(?:amd64/amd64|dev/xen|vm|x86/xen|xen)/.*\.c\Z"
 PARTS = ("sys", "kernel", "rest")
 
 
+# Changed files up to which their lines are replaced one by one. Each costs a copy of all lines (10 MB for FreeBSD), so a tree whose
+# files all have a new time would take a quarter of an hour.
+_FEW = 100
+
+
 @dataclass(frozen=True)
 class Scan:
     """One listing of a tree. ``raw`` is the listing: if it is equal, nothing in the tree has changed.
@@ -87,7 +92,7 @@ def identity(scanned: Scan, index: Path) -> dict[str, str]:
     old = set(before.split(_END)[:-1]) if consistent else set()
     fresh = {_name(record): record for record in scanned.records if record not in old}
     gone = {_name(record) for record in old.difference(scanned.records)}
-    if old and gone == fresh.keys():
+    if old and gone == fresh.keys() and len(fresh) <= _FEW:
         # The usual case, an edit: replace a few lines.
         for name, record in fresh.items():
             part = _part(name)
