@@ -190,10 +190,13 @@ REFUSED = (
 )  # fmt: skip
 # libxl reads these as numbers by mistake. We refuse them.
 MISTAKEN = ("hd", "hd2", "+5", " 6", "xvdb+3", "xvdb 4", "xvd", "xvd1", "xvdb-3")
+# Without grep: under emulation each process costs 40 ms, and there are some thousand pairs.
 _ATTACH = """
 truncate -s 1M /root/vdev.img; b=$(losetup -f --show -r /root/vdev.img); d=$1; shift
-for v; do before=$(xenstore-list /local/domain/$d/device/vbd); xl block-attach $d "format=raw,vdev=$v,access=ro,target=$b" >/dev/null 2>&1; s=$?
-new=; for n in $(xenstore-list /local/domain/$d/device/vbd); do echo "$before" | grep -qx -- "$n" || new=$n; done; echo "$v|$s|$new"; done
+list() { set -- $(xenstore-list /local/domain/$d/device/vbd); all=" $* "; }
+list
+for v; do before=$all; xl block-attach $d "format=raw,vdev=$v,access=ro,target=$b" >/dev/null 2>&1; s=$?
+list; new=; for n in $all; do case $before in *" $n "*) ;; *) new=$n ;; esac; done; echo "$v|$s|$new"; done
 """
 
 
