@@ -130,7 +130,7 @@ def case_body(report: Report, item: CaseReport) -> str:
         item = replace(item, result=replace(case, reason=case.reason.partition("\n")[2]))
         parts += [_wrap(f"{label}: {text}") for label, text in (("Cause", issue.why), ("Bug", issue.bug)) if text]
     parts.append(_evidence(item))
-    parts.append(_wrap(f"The harness ran {case.key} in {case.cell}, in run {report.run.run} of {report.run.started}."))
+    parts.append(_wrap(f"freebsd-xen-harness ran {case.key} in {case.cell}, in run {report.run.run} of {report.run.started}."))
     return "\n\n".join([*parts, _inputs((report.run.inputs | case.inputs).items())]) + "\n"
 
 
