@@ -56,6 +56,8 @@ class Bounds:
     mtu: int = 1500
     vcpus: int = 2
     """The most vCPUs; the walk starts with one."""
+    without: frozenset[str] = frozenset()
+    """Events that a walk leaves out. A replayed file may have them."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +146,9 @@ class Model:
 def steps(seed: int, bounds: Bounds) -> Iterator[Step]:
     """The endless sequence of a seed. Each event that is possible has the same chance, then each of its values."""
     chance, model = random.Random(seed), Model.start(bounds)
+    events = [name for name in EVENTS if name not in bounds.without]
     while True:
-        event = chance.choice([name for name in EVENTS if model.values(name)])
+        event = chance.choice([name for name in events if model.values(name)])
         step = Step(event, chance.choice(model.values(event)))
         model = model.after(step)
         yield step

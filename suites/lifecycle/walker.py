@@ -47,6 +47,7 @@ def bounds(guest: Guest, link: Link, vcpus: int) -> Bounds:
         on=frozenset(name for name in switched if offloads[name]),
         mtu=next(one.mtu for one in ask.interfaces(guest.sh) if one.name == link.interface),
         vcpus=vcpus,
+        without=ask.fatal_events(guest.config.type),
     )
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from harness.config import duration
 from harness.errors import GuestCommandFailed, InfrastructureError, UsageError
 from harness.guests.guest import Guest
+from harness.guests.os.freebsd import FreeBSD
 from harness.guests.os.linux import Linux
 from harness.guests.os.values import Run
 from harness.guests.together import together
@@ -50,6 +51,17 @@ def ended(steps: tuple[Step, ...], bounds: Bounds = BOUNDS) -> Model:
 
 
 # -- steps and their model ------------------------------------------------------------------------------------------------
+
+
+def test_a_walk_leaves_out_what_kills_the_guest_and_a_replay_does_not() -> None:
+    save = "save and restore"
+    version = FreeBSD("14.2", branch="STABLE", osreldate=1402501)
+    assert version.fatal_events("pvh") == {save}
+    assert version.fatal_events("hvm") == FreeBSD("13.2").fatal_events("pvh") == FreeBSD("15.1").fatal_events("pvh") == set()
+    without = Bounds(without=version.fatal_events("pvh"))
+    assert save in {step.event for step in first(1, 200)}
+    assert {step.event for step in first(1, 200, without)} == set(walk.EVENTS) - {save}
+    assert walk.repeated((Step(save),), without, "walk.json") == (Step(save),)
 
 
 @given(SEEDS)

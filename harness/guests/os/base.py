@@ -87,6 +87,10 @@ class GuestOS(ABC):
         """The version as ``needs(<name>=...)`` and known issues compare it; UNKNOWN for an OS whose versions are not compared."""
         return UNKNOWN
 
+    def fatal_events(self, guest_type: str) -> frozenset[str]:
+        """Events of a random walk (:data:`harness.oracles.walk.EVENTS`) that kill this version as ``guest_type``, as known issues say."""
+        return frozenset()
+
     @property
     def stages(self) -> Sequence[Stage]:
         """The stages of a boot, in their order."""
