@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -252,12 +252,13 @@ def with_edits(tree: Path, edits: Iterable[Edit], work: Callable[[], str]) -> st
 
 
 def scratch_copy(source: Path, work: Path) -> Path:
-    """A copy of the tree in ``work``, without version control; used again while the source is unchanged.
+    """A copy of the tree in ``work``, without version control; used again while the source has the same content.
 
     Files that an interrupted run left edited get the source's text.
     """
     copy, stamp = work / source.name, work / f"{source.name}.of"
-    state = f"{source} {hashlib.sha256(treescan.scan(source).raw).hexdigest()}"
+    # Not the times of the files: after a new checkout the copy's objects, a build of ten minutes, stay valid.
+    state = json.dumps(treescan.identity(treescan.scan(source), work / f"{source.name}.index"))
     if not stamp.is_file() or stamp.read_text() != state:
         stamp.unlink(missing_ok=True)
         if copy.exists():

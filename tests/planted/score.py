@@ -40,12 +40,15 @@ _running: set[subprocess.Popen[bytes]] = set()
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end this program with SystemExit, so that it cleans up."""
+    """Let SIGTERM and SIGHUP end this program with SystemExit, so that it cleans up. More of them do not interrupt the clean-up."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
 
     def ended(number: int, _frame: object) -> None:
+        for one in numbers:
+            signal.signal(one, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in numbers:
         signal.signal(number, ended)
 
 

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from harness import paths
 from harness.errors import BuildError, UsageError
 from tests.conftest import import_script
 from tests.unit.test_planted import CASES, missing
@@ -123,6 +128,10 @@ def test_a_copy_is_used_again_and_healed(tree: Path, tmp_path: Path, monkeypatch
     assert REVERSALS.scratch_copy(tree, tmp_path / "work") == copy
     assert (copy / "driver.c").stat().st_mtime_ns == untouched
 
+    os.utime(tree / "driver.c", (1, 1))  # as after a new checkout
+    REVERSALS.scratch_copy(tree, tmp_path / "work")
+    assert (copy / "driver.c").stat().st_mtime_ns == untouched
+
     (copy / "driver.c").write_text("left by an interrupted run")
     REVERSALS.scratch_copy(tree, tmp_path / "work")
     assert (copy / "driver.c").read_text() == SOURCE
@@ -178,3 +187,19 @@ def test_a_parameter_selects_less() -> None:
     score = import_script("tests/planted", "score")
     assert score.selected("test_resize[4096]") == "(test_resize and 4096)"
     assert score.selected("test_hot_plug") == "(test_hot_plug)"
+
+
+def test_a_second_signal_does_not_interrupt_the_clean_up() -> None:
+    """timeout(1) and a person who is in a hurry send several; the build and the runs must still be ended."""
+    program = (
+        "import score, time\nscore.end_on_signals()\nprint('ready', flush=True)\n"
+        "try:\n    time.sleep(60)\nfinally:\n    print('ending', flush=True)\n    time.sleep(1)\n    print('cleaned up', flush=True)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{paths.project()}/tests/planted:{paths.project()}"}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        for line in ("ready", "ending"):
+            assert child.stdout.readline() == f"{line}\n"
+            child.send_signal(signal.SIGTERM)
+        assert child.stdout.read() == "cleaned up\n"
+        assert child.wait(30) == 128 + signal.SIGTERM
