@@ -192,8 +192,8 @@ def test_a_parameter_selects_less() -> None:
 def test_a_second_signal_does_not_interrupt_the_clean_up() -> None:
     """timeout(1) and a person who is in a hurry send several; the build and the runs must still be ended."""
     program = (
-        "import score, time\nscore.end_on_signals()\nprint('ready', flush=True)\n"
-        "try:\n    time.sleep(60)\nfinally:\n    print('ending', flush=True)\n    time.sleep(1)\n    print('cleaned up', flush=True)\n"
+        "import score, time\nscore.end_on_signals()\n"
+        "try:\n    print('ready', flush=True)\n    time.sleep(60)\nfinally:\n    print('ending', flush=True)\n    time.sleep(1)\n    print('cleaned up', flush=True)\n"
     )
     environment = os.environ | {"PYTHONPATH": f"{paths.project()}/tests/planted:{paths.project()}"}
     with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True) as child:
